@@ -88,5 +88,7 @@ def test_the_readme_has_the_results_of_their_files(repo_root: Path) -> None:
     close = [row for row in rows if abs(row["difference_percent"]) <= 0.36]
     assert f"{len(close)} of {len(rows)} rows within 0.36% of the paper" in text
     page = (repo_root / "experiments/benchmarks/README.md").read_text(encoding="utf-8")
-    means = dict(re.findall(r"(Inference|Training step): geometric mean against eager PyTorch in float32 (\S+),", page))
+    against = "geometric mean against eager PyTorch in"
+    means = dict(re.findall(rf"(Inference|Training step): {against} float32 (\S+),", page))
     assert f"inference {means['Inference']}, training {means['Training step']}, in the geometric mean" in text
+    assert f"in bfloat16 {' and '.join(re.findall(rf'; {against} bfloat16 (\S+),', page))}" in text
