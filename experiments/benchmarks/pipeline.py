@@ -22,6 +22,7 @@ from deeplab_jax.data.images import read_image, read_mask, write_mask
 from deeplab_jax.data.loader import training_batches
 from deeplab_jax.data.source import PairSource
 from deeplab_jax.labels import colormap, to_class_ids
+from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.tasks.training import train
 from deeplab_jax.train.record import RECORD_FILE, records
 from experiments.benchmarks import machine, networks
@@ -121,7 +122,7 @@ def throughput(*, folder: str, rounds: int, batches: int, threads: int, **_: Any
 
 def papers_augmentation() -> Any:
     """Return the augmentation of the base configuration."""
-    return partial(augment, **config_keys.arguments(base().data, config_keys.Papers))
+    return partial(augment, **config_keys.arguments(base().data, config_keys.Papers), fill=IMAGENET.mean_pixel)
 
 
 def stages(*, folder: str, rounds: int, **_: Any) -> dict[str, Any]:

@@ -18,7 +18,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from deeplab_jax.analysis.program_text import read_program
+from deeplab_jax.config import base
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.atrous import conv2d
 from experiments.benchmarks import __main__ as benchmarks
@@ -29,6 +31,7 @@ from experiments.benchmarks import (
     memory,
     networks,
     paper,
+    pipeline,
     profile,
     report,
     timing,
@@ -533,6 +536,14 @@ def test_times_of_a_step_are_summed_by_what_asked_for_them() -> None:
         "sums of batch norm": 3.0,
         "other": 0.5,
     }
+
+
+def test_the_measured_augmentation_is_that_of_the_base_configuration() -> None:
+    image, label = np.zeros((20, 30, 3), np.uint8), np.ones((20, 30), np.uint8)
+    image, label = pipeline.papers_augmentation()(image, label, np.random.default_rng(0))[:2]
+    side = base().data.crop_size[0]
+    assert image.shape == (side, side, 3) and label.shape == (side, side)
+    assert image[label == 255].tolist() == [list(IMAGENET.mean_pixel)] * int((label == 255).sum())
 
 
 def test_the_first_loss_is_that_of_a_step() -> None:
