@@ -62,11 +62,8 @@ def compare(base: Sequence[Counts], other: Sequence[Counts]) -> list[str]:
     """
     mious = [[100 * one.miou() for one in side] for side in (base, other)]
     differences = [theirs - ours for ours, theirs in zip(*mious, strict=True)]
-    middle, of_seeds, of_images = (
-        fmean(differences),
-        over_seeds(differences),
-        over_images(list(zip(other, base, strict=True))),
-    )
+    middle, of_seeds = fmean(differences), over_seeds(differences)
+    of_images = over_images(list(zip(other, base, strict=True)))
     known = errors(of_seeds, of_images) if of_seeds else [of_images] if of_images else []
     found = widest(middle, known) if known else None
     lines = [f"{name}: mIoU {fmean(side):.2f}" for name, side in zip(("base", "other"), mious, strict=True)]

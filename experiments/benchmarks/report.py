@@ -33,8 +33,8 @@ def summarize(content: Mapping[str, Any]) -> str:
     tables = []
     for part, title, passes in (("inference", "Inference", 1), ("training", "Training step", TRAINING_PASSES)):
         if parts.get(part):
-            measured = {name: row for name, row in content["parts"][part].items() if name in parts[part]}
-            tables += [ratio_table(title, parts[part], limits, passes=passes), gain_text(title, measured)]
+            table = ratio_table(title, parts[part], limits, passes=passes)
+            tables += [table, gain_text(title, content["parts"][part])]
     everything = [head, *warnings, *tables, rest(parts), paper_table(parts.get("paper", {}))]
     return "\n\n".join(filter(None, everything))
 
@@ -118,13 +118,18 @@ def mean_text(rows: Mapping[str, Any], who: Callable[[Any], str | None], label: 
 
 def gain_text(title: str, rows: Rows) -> str:
     """Say how many times as fast ours is in bfloat16 as in float32, "" where no network has both of one day."""
-    ours = {(name, row["date"][:10]): row["result"]["times"]["ours"]["median"] for name, row in rows.items()}
-    gains = {
-        network: median / ours[half]
-        for (name, day), median in ours.items()
-        if (half := (name.replace(", float32", ", bfloat16"), day)) in ours and half[0] != name
-        for network in [name.rsplit(", ", 2)[0]]
+    ours = {
+        (name, row["date"][:10]): row["result"]["times"]["ours"]["median"]
+        for name, row in rows.items()
+        if "result" in row
     }
+    found: dict[str, list[float]] = {}
+    for (name, day), seconds in ours.items():
+        network, size, dtype = name.rsplit(", ", 2)
+        half = ours.get((f"{network}, {size}, bfloat16", day))
+        if dtype == "float32" and half:
+            found.setdefault(network, []).append(seconds / half)
+    gains = {network: geometric_mean(values) for network, values in found.items()}
     if not gains:
         return ""
     each = ", ".join(f"{network} {gain:.2f}" for network, gain in gains.items())

@@ -73,10 +73,10 @@ def in_dtype(dtype: str) -> Settings:
 
 def trainings(regime: str, dtype: str) -> Iterator[tuple[str, Resolved]]:
     """Yield each training of the papers' tables once, with the name of the first row that asks for it."""
-    seen = set()
+    chosen, seen = find_regime(regime), set()
     for table in (one for one in TABLES.values() if not one.name.startswith("extra_")):
         for name, row in table.named_rows().items():
-            found = resolve(row, table, find_regime(regime), in_dtype(dtype)) if row.train else None
+            found = resolve(row, table, chosen, in_dtype(dtype)) if row.train else None
             if isinstance(found, Resolved) and found.training_key not in seen:
                 seen.add(found.training_key)
                 yield f"{table.name}/{name}", found

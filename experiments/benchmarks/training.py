@@ -78,10 +78,7 @@ def check_loss(pair: Pair, examples: dict[str, np.ndarray]) -> dict[str, float]:
     model = networks.create(pair.network, dropout=0.0)
     images = np.asarray(model.preprocessing(jnp.asarray(examples["image"])))
     with peers.exact_products():
-        step, state = networks.training(model, pair.variables)
-        # The function returns the loss only, so that XLA compiles no backward pass and no update.
-        # The step has options of the compiler, which only the outermost `jax.jit` takes.
-        ours = float(jax.jit(lambda state, batch: step.__wrapped__(state, batch)[1]["loss"])(state, examples))
+        ours = first_loss(model, pair.variables, examples)
         bare = peers.without_dropout(pair.peer)
         theirs = float(peers.training(bare, images, examples["label"], memory="nchw", precision="float32")())
     assert abs(ours - theirs) <= LOSS * abs(theirs), f"first losses {ours:.6g} and {theirs:.6g}"
