@@ -67,10 +67,15 @@ def pretrained(config: ConfigDict, runs: Path, *, again: bool) -> Path:
     with files.locked(workdir.with_suffix(".lock"), "", option="--runs"):
         if again:
             _set_aside(workdir, git_commit())
-        if newest_step(workdir) < config.train.steps:
+        if not is_pretrained(config, runs):
             print(f"first the backbone, in {workdir}", flush=True)
             train(config, workdir, allow_config_change=True)
     return workdir
+
+
+def is_pretrained(config: ConfigDict, runs: Path) -> bool:
+    """Return whether the training that jobs start from has ended."""
+    return newest_step(runs / weights_name(config)) >= config.train.steps
 
 
 def trained_commits(workdir: Path) -> set[str]:

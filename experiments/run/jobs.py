@@ -6,7 +6,7 @@ Small networks gain little from a second core. On two cores, two jobs at once en
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +15,8 @@ from deeplab_jax.commands import INTERRUPTED, PREEMPTED
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.from_config import open_split
 from deeplab_jax.train.signals import Interrupted
-from experiments.run.plan import Asked, Job
+from experiments.run.execute import is_pretrained
+from experiments.run.plan import Asked, Job, weights_name
 from experiments.run.processes import start_job
 from experiments.run.results import Store
 from experiments.run.slurm import Slurm, SlurmJob
@@ -67,7 +68,8 @@ def run_jobs(
         try:
             while waiting or running:
                 while waiting and free:
-                    job, share = waiting.pop(0), free.pop(0)
+                    job, share = next_job(waiting, [other for other, _ in running.values()], runs), free.pop(0)
+                    waiting.remove(job)
                     cores = ["--cores", f"{share}/{at_once}"] if at_once > 1 else []
                     running[share] = job, start([*command, "--job", job.name, *cores], log_of(runs, job))
                     view.change(job, "running")
@@ -101,6 +103,19 @@ def run_jobs(
             preempted = isinstance(stop, Interrupted) and stop.preempted
             raise Interrupted(SUBMITTED if slurm else SAVED, preempted=preempted) from None
     return failed
+
+
+def next_job(waiting: Sequence[Job], running: Iterable[Job], runs: Path) -> Job:
+    """Return the first waiting job that can train at once. A job that would wait for a backbone, because a running job
+    trains it, is only taken where there is no other.
+    """
+    trained = {
+        weights_name(job.pretraining)
+        for job in running
+        if job.pretraining is not None and not is_pretrained(job.pretraining, runs)
+    }
+    able = (job for job in waiting if job.pretraining is None or weights_name(job.pretraining) not in trained)
+    return next(able, waiting[0])
 
 
 def log_of(runs: Path, job: Job) -> Path:

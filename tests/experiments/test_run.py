@@ -909,6 +909,24 @@ def test_jobs_at_once_share_the_cores(here, tmp_path, monkeypatch) -> None:
     assert [command[-2:] for command in here.commands] == [["--cores", f"{share}/2"] for share in (0, 1, 1)]
 
 
+def test_a_job_that_would_wait_for_a_backbone_lets_others_go_first(tmp_path, monkeypatch) -> None:
+    one, other = tiny_config(), tiny_config()
+    other.model.output_stride = 8
+    one.train.steps = other.train.steps = 9
+    first, second = Job("a", 0, one, pretraining=one), Job("b", 0, one, pretraining=one)
+    third, plain = Job("c", 0, other, pretraining=other), Job("d", 0, one)
+    monkeypatch.setattr(execute, "newest_step", lambda workdir: 8)
+    for waiting, running, expected in (
+        ([first, second, third], [], first),
+        ([second, third], [first], third),
+        ([second, plain], [first], plain),
+        ([second], [first, third], second),  # No job is left that can train at once.
+    ):
+        assert jobs.next_job(waiting, running, tmp_path) is expected
+    monkeypatch.setattr(execute, "newest_step", lambda workdir: 9)
+    assert jobs.next_job([second, third], [first], tmp_path) is second
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are not kept to cores here")
 def test_a_job_keeps_to_its_share_of_the_cores() -> None:
     cores = os.sched_getaffinity(0)
