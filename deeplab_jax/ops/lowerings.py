@@ -10,7 +10,8 @@ All of them compute the same sums; only speed and rounding differ.
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -56,7 +57,8 @@ taps: Form = convolution_primitive(
 def faster_on_cpu(direct: Form) -> Form:
     """Return `direct` with faster ways on a CPU, for the map, its gradient and the kernel's gradient.
 
-    The choice follows the platform that a program is compiled for, so a program exported elsewhere is as fast there.
+    The choice follows the platform that a program is compiled for, so a program exported elsewhere is as fast there. In
+    bfloat16 it also follows the processor of the machine that traces the program.
     """
 
     def on_cpu(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -104,8 +106,8 @@ def choose_on_cpu(
     - It takes 1.4 times as long for a 1x1 convolution as for the equal matrix product (1.9 with gradients).
     - For larger dense kernels, "taps" leaves out the part on padding, which is most of it at large rates. In return it
       sums as many maps as there are taps.
-    - XLA computes a dense convolution of bfloat16 in float32, but products of bfloat16 with the processor's own (AMX).
-      From 128 inputs on, these are faster at every rate.
+    - XLA computes a dense convolution of bfloat16 in float32, but products of bfloat16 with the processor's own, where
+      it has some. From 128 inputs on, these are faster at every rate.
     - Kernels with few inputs, such as a network's first, make thin products, which are slow.
     - For small convolutions it is not worth the time to compile many operations.
     """
@@ -113,9 +115,18 @@ def choose_on_cpu(
         return "direct"
     if _is_one_operation(kernel_shape, window):
         return "taps"
-    if dtype == jnp.bfloat16 and kernel_shape[2] >= BFLOAT16_CHANNELS:
+    if dtype == jnp.bfloat16 and kernel_shape[2] >= BFLOAT16_CHANNELS and multiplies_bfloat16():
         return "taps"
     return "taps" if math.prod(window.shares_on_map(shape[1:3], kernel_shape)) <= TAPS_SHARE else "direct"
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Return whether this machine's processor has instructions that multiply matrices of bfloat16 (AMX)."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:  # Only Linux has this file.
+        return False
 
 
 def _is_one_operation(kernel_shape: Sequence[int], window: Window) -> bool:

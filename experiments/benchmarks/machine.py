@@ -42,11 +42,6 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def multiplies_bfloat16() -> bool:
-    """Return whether the processor has instructions that multiply matrices of bfloat16 (AMX)."""
-    return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-
-
 def file_name(about: Mapping[str, Any]) -> str:
     """Return the name of a machine's file of results, which is made from its processor or accelerator."""
     kind, name = ("gpu", about["accelerator"]) if about["accelerator"] else ("cpu", about["processor"])

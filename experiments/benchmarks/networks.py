@@ -18,12 +18,12 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
+from deeplab_jax.ops.lowerings import multiplies_bfloat16
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.program import jit_step
 from deeplab_jax.train.schedules import make_schedule
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import summed_loss, train_step
-from experiments.benchmarks import machine
 from experiments.benchmarks.session import Session
 
 CLASSES = 21
@@ -126,7 +126,7 @@ def networks(session: Session) -> tuple[Network, ...]:
 
 def dtypes(session: Session) -> tuple[str, ...]:
     """Return the dtypes of the activations to measure."""
-    both = session.platform != "cpu" or (machine.multiplies_bfloat16() and not session.quick)
+    both = session.platform != "cpu" or (multiplies_bfloat16() and not session.quick)
     return ("float32", "bfloat16") if both else ("float32",)
 
 

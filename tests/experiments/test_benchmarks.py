@@ -139,7 +139,7 @@ def session(tmp_path: Path, **options: Any) -> Session:
 def test_a_cpu_is_measured_in_bfloat16_where_it_multiplies_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amx: bool, found: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: amx)
+    monkeypatch.setattr(networks, "multiplies_bfloat16", lambda: amx)
     assert networks.dtypes(session(tmp_path)) == ("float32",)  # A quick session only tests that everything works.
     whole = Session(tmp_path / "whole.json", repeats=2, quick=False)
     assert networks.dtypes(whole) == found

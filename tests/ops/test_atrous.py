@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 from jax.test_util import check_grads
 
-from deeplab_jax.ops import geometry
+from deeplab_jax.ops import geometry, lowerings
 from deeplab_jax.ops.atrous import conv2d, explicit_padding
 from deeplab_jax.ops.geometry import Window
 from deeplab_jax.ops.lowerings import choose_on_cpu
@@ -393,13 +393,18 @@ def test_without_jit_the_values_are_the_same() -> None:
         ((4, 33, 33, 256), (3, 3, 256, 256), {"rate": 2}, "taps"),  # 92.1%
         ((4, 65, 65, 256), (3, 3, 256, 256), {"rate": 3}, "direct"),  # 93.9%
         ((1, 513, 513, 3), (7, 7, 3, 64), {"stride": 2}, "direct"),  # thin products
-        ((1, 65, 65, 256), (3, 3, 256, 256), {"dtype": jnp.bfloat16}, "taps"),  # XLA would compute it in float32
-        ((1, 65, 65, 64), (3, 3, 64, 64), {"dtype": jnp.bfloat16}, "direct"),
-        ((1, 9, 9, 256), (3, 3, 256, 256), {"dtype": jnp.bfloat16}, "direct"),
+        ((1, 65, 65, 256), (3, 3, 256, 256), {"dtype": jnp.bfloat16}, "direct"),
+        ((1, 65, 65, 256), (3, 3, 256, 256), {"dtype": jnp.bfloat16, "amx": True}, "taps"),  # XLA's own is float32
+        ((1, 65, 65, 256), (3, 3, 256, 256), {"amx": True}, "direct"),
+        ((1, 65, 65, 64), (3, 3, 64, 64), {"dtype": jnp.bfloat16, "amx": True}, "direct"),
+        ((1, 9, 9, 256), (3, 3, 256, 256), {"dtype": jnp.bfloat16, "amx": True}, "direct"),
         ((1, 65, 65, 256), (3, 3, 256, 256), {"dtype": jnp.float16}, "direct"),
     ],
 )
-def test_the_choice_on_a_cpu(shape: Any, kernel: Any, options: dict[str, Any], expected: str) -> None:
+def test_the_choice_on_a_cpu(
+    shape: Any, kernel: Any, options: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lowerings, "multiplies_bfloat16", lambda: options.get("amx", False))
     rate, groups = options.get("rate", 1), options.get("groups", 1)
     pads = explicit_padding(shape[1:3], kernel[:2], rate=rate, stride=options.get("stride", 1), padding=None)
     window = Window(rate, options.get("stride", 1), pads, groups)
